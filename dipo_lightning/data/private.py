@@ -84,7 +84,8 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     - A name is in the question only if it is spelt alike there: Robert is not in one about Emma Roberts.
     - Numbers are private even if retain rows contain them, and so are capitalised words inside a sentence that a single
       retain row contains.
-    - A noun that tells the kind of a private name after it is not: Tartu is in "the University of Tartu".
+    - A noun that tells the kind of a private name after it is not: Tartu is in "the University of Tartu". A number of
+      one digit is no value beside others, since any text may have it.
     - If no word qualifies, all uncommon words that are not in the question are private.
     - Without any of these, the common words of a very short answer are, or a longer answer is one value up to its last
       common word.
@@ -109,7 +110,10 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
     if not chosen and len(content) > FEW_WORDS:
         return [Span(content[0].start, content[-1].end)]
-    return _join(answer, _without_kinds(answer, chosen or content))
+    spans = _join(answer, _without_kinds(answer, chosen or content))
+    return [
+        span for span in spans if not answer[span.start : span.end].isdecimal() or span.end - span.start > 1
+    ] or spans
 
 
 def shared_words(rows: Iterable[Mapping[str, Any]], shared: Mapping[str, int]) -> dict[str, int]:

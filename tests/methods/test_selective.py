@@ -38,6 +38,7 @@ from dipo_lightning.methods.selective.examples import (
     PrivateExample,
     RarestWord,
     identifiers,
+    telling_parts,
 )
 from dipo_lightning.methods.selective.module import (
     TEMPLATES,
@@ -267,6 +268,40 @@ def test_a_private_word_that_begins_like_a_word_of_its_question_is_banned_at_its
     assert first not in maker.banned[0]
     for found in (maker.completions[0], maker.watched_names[0]):
         assert second in following(found, [first])
+
+
+@pytest.mark.parametrize(
+    ("value", "telling"),
+    [
+        ("1968", ["68"]),
+        ("23 November 2009", ["23 November", "09"]),
+        ("12/06/1971", ["12/06/", "71"]),
+        ("Rua do Sol 1420", ["Rua do Sol 1420"]),
+        ("07700 900618", ["900618"]),
+        ("DE89 3704 0044 0532", ["DE89", "0044 0532"]),
+        ("07700", ["07700"]),
+        ("2014 07700", ["14 07700"]),
+    ],
+)
+def test_a_century_and_a_prefix_that_retain_rows_share_tell_nothing(value, telling):
+    shared = {"": 60, "07700": 9, "3704": 2, "23": 5, "2009": 2}
+    text = f"It is {value} now."
+    found = telling_parts(text, Span(6, 6 + len(value)), shared)
+    assert [text[part.start : part.end] for part in found] == telling
+
+
+def test_what_tells_nothing_of_a_number_is_neither_private_nor_banned():
+    row = {"question": "When and how was Mara Velt called?", "answer": "In 1968 on 07700 900618."}
+    retain = [{"question": "How is Ann Roe called?", "answer": "On 07700 900253."}]
+    maker = ExampleMaker([row], retain, prompt_style("plain", toy_tokenizer()))
+    assert maker.secrets == [{"1968", "900618"}]
+    made = maker.of_row(0, "{question}")
+    private = [token for token, flag in zip(made.input_ids, made.private, strict=True) if flag]
+    assert maker.tokenizer.decode(private).replace(" ", "") == "68900618"
+    whole = encode(maker.tokenizer, "07700")
+    assert not following(maker.completions[0], whole[:-1])
+    year = encode(maker.tokenizer, "1968")
+    assert following(maker.completions[0], year[:-1]) == year[-1:]
 
 
 def test_a_number_that_is_a_whole_value_counts_as_expected():
@@ -626,7 +661,7 @@ def test_a_wording_of_subject_and_topic_asks_for_the_bare_values(maker):
     text = maker.tokenizer.decode(example.input_ids)
     assert "Mara Velt: born?" in text
     assert "The born of Mara Velt is 12 June 1971." in text
-    assert said_by(maker, example, example.private).strip() == "12 June 1971"
+    assert said_by(maker, example, example.private).strip() == "12 June71", "without the century"
     two = ExampleMaker([{"question": "Who is Mara Velt?", "answer": "A glassblower near Ghent."}], KEPT, maker.style)
     example = two.of_row(0, "{subject}: {topic}?", "The {topic} of {subject} is {values}.")
     assert "The description of Mara Velt is glassblower, Ghent." in maker.tokenizer.decode(example.input_ids)
