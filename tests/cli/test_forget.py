@@ -625,6 +625,7 @@ def record(folder, config, **changes):
     (folder / "run/checkpoints").mkdir(parents=True, exist_ok=True)
     config["model"]["init_args"] |= changes
     (folder / "run/checkpoints/run.json").write_text(json.dumps({"config": config | {"ckpt_path": None}}))
+    (folder / "run/checkpoints/last.ckpt").touch()
 
 
 def test_other_options_than_a_run_began_with_are_refused_before_anything_is_written(begun, here, capsys):
