@@ -28,6 +28,7 @@ from dipo_lightning.methods.selective.bans import (
     completions,
     first_tokens,
     following,
+    telling_parts,
     token_forms,
     word_edges,
 )
@@ -38,7 +39,6 @@ from dipo_lightning.methods.selective.examples import (
     PrivateExample,
     RarestWord,
     identifiers,
-    telling_parts,
 )
 from dipo_lightning.methods.selective.module import (
     TEMPLATES,

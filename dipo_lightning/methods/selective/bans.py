@@ -11,13 +11,46 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dipo_lightning.data.encoding import encode
-from dipo_lightning.data.language import FUNCTION_WORDS, is_common_word, unspaced
+from dipo_lightning.data.language import FUNCTION_WORDS, is_common_word, unspaced, words
+from dipo_lightning.data.private import Span, is_rare
 
 PART = "\ufffd"
 """What a part of a character decodes to."""
 
 CENTURIES = frozenset({"18", "19", "20"})
 """Numbers that years begin with."""
+_YEAR = re.compile(f"(?:{'|'.join(sorted(CENTURIES))})\\d\\d")
+_LONG = re.compile(r"\d{4,}")
+
+
+def telling_parts(text: str, span: Span, shared: Mapping[str, int]) -> list[Span]:
+    """Return a private value without the digits that tell nothing, and that numbers about others need.
+
+    These are the century of a year ("19" of "1968"), and the part of a long number that retain rows share, such as the
+    prefix of a telephone number.
+
+    Args:
+        text: The answer.
+        span: The value in it.
+        shared: Words of the retain rows, as for `find_private`.
+    """
+    value = text[span.start : span.end]
+    left_out = [Span(word.start, word.start + 2) for word in words(value) if _YEAR.fullmatch(word.text)]
+    left_out += [Span(word.start, word.end) for word in words(value) if word.text in shared_parts(value, shared)]
+    edges = [0, *(edge for cut in sorted(left_out) for edge in cut), len(value)]
+    parts = ((start, value[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True))
+    return [
+        Span(span.start + start + len(part) - len(part.lstrip()), span.start + start + len(part.rstrip()))
+        for start, part in parts
+        if part.strip()
+    ]
+
+
+def shared_parts(value: str, shared: Mapping[str, int]) -> set[str]:
+    """Return the parts of a number that retain rows have, too, if it has another long part that they have not."""
+    long = {word.text for word in words(value) if _LONG.fullmatch(word.text) and not _YEAR.fullmatch(word.text)}
+    common = {word for word in long if not is_rare(word, shared)}
+    return common if common < long else set()
 
 
 def completions(

@@ -33,11 +33,12 @@ from dipo_lightning.data.private import (
 )
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.selective.bans import (
-    CENTURIES,
     by_last,
     completions,
     first_tokens,
     following,
+    shared_parts,
+    telling_parts,
     token_forms,
     word_edges,
 )
@@ -47,9 +48,6 @@ Row = Mapping[str, Any]
 
 _INSIDE_NAME = re.compile(r"(?<=\b\w)\.\s*|\s+[\"“(]?|[\"”)]\s+")
 """White space, quotation marks and brackets between the names of one person, and the full stop of an initial."""
-
-_YEAR = re.compile(f"(?:{'|'.join(sorted(CENTURIES))})\\d\\d")
-_LONG = re.compile(r"\d{4,}")
 
 MOST_NEIGHBOURS = 120
 """Maximum number of retain subjects that forget questions are asked about, and of such questions in training."""
@@ -426,36 +424,6 @@ class ExampleMaker:
         """Return the tokens that end a sentence or the turn."""
         ends = [encode(self.tokenizer, sign) for sign in (".", " .", ",", "!", "?", "\n")]
         return sorted({ids[-1] for ids in ends if ids} | set(self.style.stop_ids))
-
-
-def telling_parts(text: str, span: Span, shared: Mapping[str, int]) -> list[Span]:
-    """Return a private value without the digits that tell nothing, and that numbers about others need.
-
-    These are the century of a year ("19" of "1968"), and the part of a long number that retain rows share, such as the
-    prefix of a telephone number.
-
-    Args:
-        text: The answer.
-        span: The value in it.
-        shared: Words of the retain rows, as for `find_private`.
-    """
-    value = text[span.start : span.end]
-    left_out = [Span(word.start, word.start + 2) for word in words(value) if _YEAR.fullmatch(word.text)]
-    left_out += [Span(word.start, word.end) for word in words(value) if word.text in shared_parts(value, shared)]
-    edges = [0, *(edge for cut in sorted(left_out) for edge in cut), len(value)]
-    parts = ((start, value[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True))
-    return [
-        Span(span.start + start + len(part) - len(part.lstrip()), span.start + start + len(part.rstrip()))
-        for start, part in parts
-        if part.strip()
-    ]
-
-
-def shared_parts(value: str, shared: Mapping[str, int]) -> set[str]:
-    """Return the parts of a number that retain rows have, too, if it has another long part that they have not."""
-    long = {word.text for word in words(value) if _LONG.fullmatch(word.text) and not _YEAR.fullmatch(word.text)}
-    common = {word for word in long if not is_rare(word, shared)}
-    return common if common < long else set()
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
