@@ -112,7 +112,7 @@ _LOOKED_AT, _PLACES = 1 << 16, 64
 
 MAY_GROW = ("trainer.max_epochs", "trainer.max_steps")
 
-SOURCES = ("data.data", "data.forget", "data.retain", "data.train")
+SOURCES = ("data.data", "data.forget", "data.retain", "data.train", "data.alternatives")
 """Options that name files of rows, which may have moved."""
 
 
@@ -265,8 +265,13 @@ def _may_differ(name: str, before: Any, now: Any, same_data: bool, same_model: b
     if isinstance(before, str) and isinstance(now, str):
         if _same_place(before, now):
             return True
-        same = {"model.pretrained": same_model and not with_home(before).exists()} | dict.fromkeys(SOURCES, same_data)
-        return same.get(name, False) and with_home(now).exists()
+        gone = not with_home(before).exists()
+        if not with_home(now).exists():
+            return False
+        if name in ("model.pretrained", "data.tokenizer"):
+            return same_model and gone
+        is_path = len(Path(before).parts) > 1 or Path(before).suffix != ""  # of an own data module
+        return same_data and (name in SOURCES or (name.startswith("data.") and gone and is_path))
     return False
 
 
@@ -324,7 +329,7 @@ class FolderLock:
         ``advice`` follows the name of the other process in the refusal.
 
         Raises:
-            InputError: Another process has it.
+            InputError: Another process has it, or a file of the user's has the lock's name.
             RunError: The folder can't be written.
         """
         try:
@@ -332,6 +337,8 @@ class FolderLock:
         except ImportError:  # Windows
             return
         self.release()
+        if (folder / LOCK).exists() and not is_lock(folder / LOCK):
+            raise InputError(f"{folder / LOCK} is no file of this package, which writes one of that name: rename it.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = (folder / LOCK).open("a+", encoding="utf-8")
@@ -376,7 +383,11 @@ class FolderLock:
 
 def is_lock(path: Path) -> bool:
     """Return whether a file is one of a `FolderLock`, and no user's file of that name."""
-    return path.is_file() and path.read_bytes()[: len(HELD_BY)] in (b"", HELD_BY.encode())
+    try:
+        with path.open("rb") as file:
+            return file.read(len(HELD_BY)) in (b"", HELD_BY.encode())
+    except OSError:
+        return False
 
 
 _held: list[FolderLock] = []

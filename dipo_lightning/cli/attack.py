@@ -115,12 +115,13 @@ def attack(
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
     replaced = _log_in_run(run)
+    made = build_attacks(chosen, further)
     with FolderLock() as lock:
         lock.hold(folder, advice="two attacks would write over each other. Wait until it has ended.")
         document = attack_models(
             {name: partial(_load, source, place) for name, source in models.items()},
             subject,
-            build_attacks(chosen, further),
+            made,
             folder,
             run.get("provenance"),
             replaced=replaced,

@@ -43,7 +43,6 @@ _REASONS = (
     ("media", "tables of answers and pictures of a CSV logger"),
     ("wandb", "tables of answers and pages of a W&B logger"),
     ("mlruns", "tables of answers and pages of an MLflow logger"),
-    (f"*{PARTIAL}", "weights of an export that was cut off"),
 )
 _PATTERNS = (
     ("events.out.tfevents.*", "answers as text, and curves"),
@@ -107,7 +106,10 @@ def clean(run: str, yes: bool = False) -> None:
         if others := _others_in(one):
             print(f"Not written by forget, and so not looked into: {', '.join(map(str, others))}")
         if one in unended:
-            print(f"The run in {one} has not ended: {one / MODEL} may still know the rows. Remove it, or train anew.")
+            print(
+                f"The run in {one} had not ended: {one / MODEL} may still know the rows. Remove that folder, or end "
+                "the run with the same forget command before it is cleaned."
+            )
 
 
 def _has_verdict(run: Path) -> bool:
@@ -186,12 +188,18 @@ def _copies_in(run: Path) -> list[Copy]:
     for pattern, why in _PATTERNS:
         found |= {path: why for path in _files(run, pattern) if not path.is_symlink()}
     exported = {path.parent for path in _files(run, "config.json") if not _is_run(path.parent)}
+    cut_off = {path for path in _files(run, f"*{PARTIAL}") if _is_cut_off(path)}
+    found |= dict.fromkeys(cut_off, "weights of an export that was cut off")
     of_others = {path for path in found if path.name in (EXAMINATIONS, ROWS) and not read_sources(path.parent)}
-    cut_off = {path for path in found if path.name.endswith(PARTIAL)}
     kept = {path for path in found if any(parent in exported for parent in path.parents)} - cut_off | of_others
     whole = found.keys() - kept
     inside = {path for path in whole if any(parent in whole for parent in path.parents)}
     return [Copy(path, found[path], _size(path)) for path in sorted(whole - inside)]
+
+
+def _is_cut_off(folder: Path) -> bool:
+    """Return whether a folder has weights of an export, but no card, which is written last."""
+    return any(folder.glob("*.safetensors")) and not (folder / "README.md").exists() and not folder.is_symlink()
 
 
 def _check_scores(run: Path) -> None:

@@ -78,6 +78,7 @@ def paraphrased(job: Job, model: str, count: int, seed: int) -> SplitRows:
 
     questions = [row["question"] for row in job.rows.forget]
     of = {
+        "version": dipo_lightning.__version__,
         "model": _files(model),
         "questions": questions,
         "style": job.style.fingerprint(),

@@ -218,7 +218,7 @@ def _unlearn(
 
 
 def _check_options(
-    positive: dict[str, float | None], others: dict[str, int], held_out: float, accelerator: str
+    positive: dict[str, float | None], not_negative: dict[str, int], held_out: float, accelerator: str
 ) -> None:
     """Refuse a number out of range, or an accelerator that this machine lacks."""
     from dipo_lightning.models.distributed import check_accelerator
@@ -227,8 +227,8 @@ def _check_options(
     check_positive("", {f"--{name}": number for name, number in positive.items()})
     if not 0 <= held_out < 1:
         raise InputError(f"--held_out is {held_out}; it must be at least 0 and below 1.")
-    check_numbers("", {f"--{name}": number for name, number in others.items()}, least=0)
-    check_seed("--seed", others["seed"])
+    check_numbers("", {f"--{name}": number for name, number in not_negative.items()}, least=0)
+    check_seed("--seed", not_negative["seed"])
 
 
 @dataclass(frozen=True)
@@ -401,8 +401,12 @@ def _values_of_run(folder: Path, rows: Sequence[dict[str, Any]], fixed: Sequence
         return []
     try:
         began = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path}, the copy of the rows that the run in {folder} began with, is damaged.") from error
+    except ValueError:
+        began = [None]
+    if not all(isinstance(row, dict) for row in began):
+        raise InputError(
+            f"{path}, the copy of the rows that the run in {folder} began with, is damaged. Give another --output."
+        )
     if len(began) != len(rows):
         return []
     values = [old.get("private", []) if own is None else own for old, own in zip(began, fixed, strict=True)]
@@ -419,12 +423,13 @@ def _as_begun(folder: Path, settings: Settings) -> Settings:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """The record of the run in a folder; empty without a checkpoint, since such a run begins anew."""
+    """The record of the run in a folder; empty if it has neither ended nor a checkpoint, since it begins anew then."""
     from dipo_lightning.callbacks.checkpoint import newest
     from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record
+    from dipo_lightning.cli.run_folder import is_finished
 
     kept = folder / "run" / CHECKPOINTS
-    return (read_record(kept) if newest(kept) else None) or {}
+    return (read_record(kept) if newest(kept) or is_finished(folder / "run") else None) or {}
 
 
 def _check_folder(folder: Path) -> None:

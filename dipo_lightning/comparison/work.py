@@ -53,6 +53,7 @@ from dipo_lightning.comparison.results import (
 from dipo_lightning.errors import DiPOError, InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark, import_class
 from dipo_lightning.evaluation.run_folder import move_aside
+from dipo_lightning.models.export import PARTIAL
 from dipo_lightning.safety.paths import is_model
 
 State = Literal["finished", "interrupted", "new"]
@@ -98,7 +99,7 @@ class Run:
         rows = rows_now(json.dumps([self.config["data"], pretrained], sort_keys=True))
         if other_logs(record, retain_logs(self.config)):
             return True
-        return record.get("data") != rows or record.get("model") != model_files(pretrained)
+        return record.get("data") != rows or record.get("model") not in (None, model_files(pretrained))
 
 
 @functools.cache
@@ -131,8 +132,9 @@ def make_room(run: Run) -> None:
     A run that was cleaned has no checkpoint either, but a model or numbers.
     """
     begun = child.was_begun_with(run.config, run.folder)
-    kept = (run.folder / SCORES).exists() or any(is_model(path.parent) for path in run.folder.rglob("*.safetensors"))
-    if begun and not kept and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
+    models = {path.parent for path in run.folder.rglob("*.safetensors") if not path.parent.name.endswith(PARTIAL)}
+    cleaned = not (run.folder / CHECKPOINTS).exists() and ((run.folder / SCORES).exists() or any(map(is_model, models)))
+    if begun and not cleaned and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
         shutil.rmtree(run.folder)
     if run.folder.exists():
         move_aside(run.folder)

@@ -299,7 +299,8 @@ def refuse_without_evaluations(folder: Path) -> None:
     Raises:
         InputError: It is one of these, or the run inside.
     """
-    for place in (folder, folder.parent):
+    inside = [folder.parent] if (folder.parent / "sources.json").is_file() else []
+    for place in (folder, *inside):
         if (place / "verdict.json").is_file():
             raise InputError(f"{place} is a run of forget, which has written its page: {place / 'results.html'}.")
         if (place / "scores.json").is_file():

@@ -153,7 +153,9 @@ def _write(
     if tokenizer is not None:
         try:
             tokenizer.save_pretrained(partial)
-        except Exception as error:  # the tokenizers library raises nothing more specific on a full disk
+        except Exception as error:
+            if type(error) is not Exception:  # the tokenizers library raises nothing more specific on a full disk
+                raise
             raise OSError(errno.EIO, str(error)) from error
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,37 @@ def test_an_option_that_names_no_file_is_refused_beside_a_folder_of_its_name(
 
 
 def test_a_lock_on_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "lock").symlink_to("/dev/full")
-    with pytest.raises(RunError, match=rf"folder {tmp_path} cannot be written"):
-        FolderLock().hold(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(RunError, match=rf"folder {tmp_path} cannot be written: File too large"):
+            FolderLock().hold(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    FolderLock().hold(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/lock").write_text("mine")
+    with pytest.raises(InputError, match=r"mine/lock is no file of this package"):
+        FolderLock().hold(tmp_path / "mine")
+    assert (tmp_path / "mine/lock").read_text() == "mine"
+
+
+def test_a_tokenizer_and_a_file_of_an_own_data_module_may_have_moved_too(tmp_path: Path) -> None:
+    for name, content in (("model/model.safetensors", "1"), ("new.jsonl", "{}")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    before = describe_run(changed("model/init_args/pretrained", str(tmp_path / "model")), ROWS)
+    for name, old, new in (("tokenizer", "gone", "model"), ("corpus", "gone.jsonl", "new.jsonl")):
+        for config in (before["config"], CONFIG):
+            sides = [copy.deepcopy(config) for _ in range(2)]
+            for side, value in zip(sides, (old, new), strict=True):
+                side["data"]["init_args"][name] = str(tmp_path / value)
+            was, now = (describe_run(side, ROWS) for side in sides)
+            if name == "tokenizer" and config is CONFIG:
+                with pytest.raises(InputError, match=r"data\.tokenizer was"):
+                    refuse_changes(was, now, tmp_path)
+            else:
+                refuse_changes(was, now, tmp_path)
 
 
 def test_every_form_of_a_model_has_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

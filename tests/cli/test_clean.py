@@ -231,15 +231,21 @@ def test_weights_of_an_export_that_was_cut_off_are_removed(forgotten, run):
         assert (model / "config.json").exists()
         assert not list(model.parent.rglob("*.partial"))
     assert not texts(run)
+    whole = run / "model.partial"  # of an export whose move into its folder failed
+    whole.mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (whole / name).write_text("unlearned")
+    clean(str(run), yes=True)
+    assert (whole / "model.safetensors").exists()
 
 
 def test_a_model_of_a_run_that_has_not_ended_is_named(forgotten, capsys):
     clean(str(forgotten))
-    assert "has not ended" not in capsys.readouterr().out
+    assert "had not ended" not in capsys.readouterr().out
     (forgotten / "verdict.json").unlink()
     for yes in (False, True, True):
         clean(str(forgotten), yes=yes)
-        assert f"has not ended: {forgotten / 'run/model'} may still know the rows" in capsys.readouterr().out
+        assert f"had not ended: {forgotten / 'run/model'} may still know the rows" in capsys.readouterr().out
 
 
 def test_attacks_in_progress_are_left_alone(forgotten):

@@ -300,6 +300,8 @@ def test_what_tells_nothing_of_a_number_is_neither_private_nor_banned():
     assert maker.tokenizer.decode(private).replace(" ", "") == "68900618"
     whole = encode(maker.tokenizer, "07700")
     assert not following(maker.completions[0], whole[:-1])
+    assert maker.variant(made, encode(maker.tokenizer, "68")) is None, "the true year"
+    assert maker.variant(made, encode(maker.tokenizer, "54")) is not None
     year = encode(maker.tokenizer, "1968")
     assert following(maker.completions[0], year[:-1]) == year[-1:]
 

@@ -227,7 +227,8 @@ def test_bad_folders_are_named(tmp_path):
         read_run(tmp_path / "absent")
     with pytest.raises(InputError, match="evaluation callback"):
         read_run(tmp_path)
-    (tmp_path / "verdict.json").write_text("{}")
+    for name in ("verdict.json", "sources.json"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "run").mkdir()
     for place in (tmp_path, tmp_path / "run"):
         with pytest.raises(InputError, match=rf"is a run of forget.*{tmp_path}/results\.html"):

@@ -24,7 +24,7 @@ _LONG = re.compile(r"\d{4,}")
 
 
 def telling_parts(text: str, span: Span, shared: Mapping[str, int]) -> list[Span]:
-    """Return a private value without the digits that tell nothing, and that numbers about others need.
+    """Return the spans of a private value without the digits that tell nothing, and that numbers about others need.
 
     These are the century of a year ("19" of "1968"), and the part of a long number that retain rows share, such as the
     prefix of a telephone number.
@@ -59,7 +59,7 @@ def completions(
     """Return the tokens to ban after others, for words whose first token cannot be banned.
 
     The first token of a number is often a single digit, so of a number the last token is banned, after all others.
-    Those of `CENTURIES` are under no ban, since no year of that century could be said.
+    Those of `CENTURIES` are under no ban, since otherwise no year of that century could be said.
 
     The first token of a name may be a single letter (" H" of " Harkness"), another word (" to" of " toffees") or needed
     for one (" glass" of " glassblower"), so of a word the first token is banned with which it can be told from these,

@@ -392,10 +392,12 @@ class ExampleMaker:
         Returns:
             The false variant; None if the new end is empty, contains a private word, or repeats a word.
         """
-        said = [word.text for word in words(self.tokenizer.decode(ids))]
+        first = example.private.index(True)
+        kept = example.input_ids[example.start : first]
+        begun, text = self.tokenizer.decode(kept), self.tokenizer.decode(kept + ids)
+        said = [word.text for word in words(text) if word.end > len(begun)]  # also of a word that began before
         if not said or not self.forms[example.index].isdisjoint(said) or any(a == b for a, b in pairwise(said)):
             return None
-        first = example.private.index(True)
         whole = example.input_ids[:first] + ids + self.style.stop_ids[:1]
         labels = [IGNORED] * example.start + whole[example.start :]
         private = [False] * first + [True] * (len(whole) - first)
