@@ -281,6 +281,9 @@ def test_a_private_word_that_begins_like_a_word_of_its_question_is_banned_at_its
         ("DE89 3704 0044 0532", ["DE89", "0044 0532"]),
         ("07700", ["07700"]),
         ("2014 07700", ["14 07700"]),
+        ("1971-06-12", ["71-06-12"]),
+        ("1968-1972", ["68-", "72"]),
+        ("19684", ["19684"]),
     ],
 )
 def test_a_century_and_a_prefix_that_retain_rows_share_tell_nothing(value, telling):

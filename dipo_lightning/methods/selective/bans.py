@@ -19,7 +19,7 @@ PART = "\ufffd"
 
 CENTURIES = frozenset({"18", "19", "20"})
 """Numbers that years begin with."""
-_YEAR = re.compile(f"(?:{'|'.join(sorted(CENTURIES))})\\d\\d")
+_CENTURY = re.compile(rf"(?<!\d)(?:{'|'.join(sorted(CENTURIES))})(?=\d\d(?!\d))")
 _LONG = re.compile(r"\d{4,}")
 
 
@@ -35,7 +35,7 @@ def telling_parts(text: str, span: Span, shared: Mapping[str, int]) -> list[Span
         shared: Words of the retain rows, as for `find_private`.
     """
     value = text[span.start : span.end]
-    left_out = [Span(word.start, word.start + 2) for word in words(value) if _YEAR.fullmatch(word.text)]
+    left_out = [Span(*found.span()) for found in _CENTURY.finditer(value)]
     left_out += [Span(word.start, word.end) for word in words(value) if word.text in shared_parts(value, shared)]
     edges = [0, *(edge for cut in sorted(left_out) for edge in cut), len(value)]
     parts = ((start, value[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True))
@@ -48,7 +48,7 @@ def telling_parts(text: str, span: Span, shared: Mapping[str, int]) -> list[Span
 
 def shared_parts(value: str, shared: Mapping[str, int]) -> set[str]:
     """Return the parts of a number that retain rows have, too, if it has another long part that they have not."""
-    long = {word.text for word in words(value) if _LONG.fullmatch(word.text) and not _YEAR.fullmatch(word.text)}
+    long = {word.text for word in words(value) if _LONG.fullmatch(word.text) and not _CENTURY.match(word.text)}
     common = {word for word in long if not is_rare(word, shared)}
     return common if common < long else set()
 
