@@ -14,7 +14,7 @@ import yaml
 from dipo_lightning.benchmarks.robustness.running import CONDITIONS, RESULT
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, FolderLock, is_lock, remove
 from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT
-from dipo_lightning.cli.forget import ATTACKS, OURS, ROWS, SCORES, SOURCES, read_sources
+from dipo_lightning.cli.forget import ATTACKS, MODEL, OURS, ROWS, SCORES, SOURCES, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.models.export import PARTIAL
@@ -22,9 +22,6 @@ from dipo_lightning.safety.paths import with_home
 
 CACHE = "hidden states of the forget rows under the target model; runs share them, and make them again when needed"
 """Role of the folder of a run's reference caches."""
-
-MODEL = Path("run", "model")
-"""Folder of the exported model in a run of `forget`."""
 
 _KEPT = ("retain rows", "untaught model")
 """Sources of a run of `forget` that hold nothing to be erased."""

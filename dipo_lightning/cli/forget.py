@@ -54,6 +54,8 @@ MAX_LENGTH = 512
 ROWS, SOURCES = "data", "sources.json"
 OURS = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, "results.html")
 """Files and folders that the command writes into its folder."""
+MODEL = Path("run", "model")
+"""Folder of the exported model there."""
 ATTACKS, SCORES = "attacks", "scores.json"
 """Folder of the results of `attack` there, and file of the numbers that `clean` keeps."""
 MOST_NAMED = 10
@@ -207,7 +209,7 @@ def _unlearn(
     floors = None if untaught is None else examined(job, untaught, often, "untaught")
     _check_floors(before, floors, untaught)
     fit(config, job.folder / "run", lock)
-    unlearned = job.folder / "run" / "model"
+    unlearned = job.folder / MODEL
     if not is_model(unlearned):
         raise InputError(
             f"The run is finished, but its model is not in {unlearned} any more. Move it back, or give another "

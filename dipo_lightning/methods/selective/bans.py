@@ -35,8 +35,9 @@ def telling_parts(text: str, span: Span, shared: Mapping[str, int]) -> list[Span
         shared: Words of the retain rows, as for `find_private`.
     """
     value = text[span.start : span.end]
+    common = shared_parts(value, shared)
     left_out = [Span(*found.span()) for found in _CENTURY.finditer(value)]
-    left_out += [Span(word.start, word.end) for word in words(value) if word.text in shared_parts(value, shared)]
+    left_out += [Span(word.start, word.end) for word in words(value) if word.text in common]
     edges = [0, *(edge for cut in sorted(left_out) for edge in cut), len(value)]
     parts = ((start, value[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True))
     return [

@@ -179,13 +179,11 @@ class ExampleMaker:
 
     def _words(self, answer: str, spans: Sequence[Span]) -> set[str]:
         whole = {(word.start, word.end): word.text for word in words(answer)}  # an "A" may be an article by itself
-        values = [(span.start, answer[span.start : span.end]) for span in spans]
-        found = {
-            whole.get((start + word.start, start + word.end), word.text)
-            for start, value in values
-            for word in words(value)
-            if word.text not in shared_parts(value, self.shared)
-        }
+        found = set[str]()
+        for start, end in spans:
+            value = answer[start:end]
+            said = {whole.get((start + word.start, start + word.end), word.text) for word in words(value)}
+            found |= said - shared_parts(value, self.shared)
         return found - FUNCTION_WORDS
 
     @staticmethod
